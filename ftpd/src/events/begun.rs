@@ -6,7 +6,7 @@ use common::clock::since_epoch;
 
 use super::{
     EventsInner, fault,
-    record::{Event, EventOrder, Evidence, Intent, JournalEntry},
+    record::{ChangeEvidence, Event, EventOrder, Intent, JournalEntry},
 };
 use crate::jail::FileError;
 
@@ -23,7 +23,7 @@ impl BegunEvent {
         events: &Arc<EventsInner>,
         event: Event,
         order: EventOrder,
-        evidence: Evidence,
+        evidence: ChangeEvidence,
     ) -> Result<Self, FileError> {
         fault::pass("before_intent");
         let n = events.journal.next_number();
@@ -63,7 +63,7 @@ impl Drop for BegunEvent {
 /// The event may be lost, so the client must not be told.
 pub(super) fn note(events: &Arc<EventsInner>, event: Event) -> Result<(), FileError> {
     let order = EventOrder { epoch: 0, lease: 0, changed: now_in_ns() };
-    BegunEvent::begin(events, event, order, Evidence::Nothing).map(BegunEvent::commit)
+    BegunEvent::begin(events, event, order, ChangeEvidence::Nothing).map(BegunEvent::commit)
 }
 
 /// The time by the node's clock, in ns since 1970.

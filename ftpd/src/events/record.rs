@@ -174,13 +174,13 @@ pub(super) struct Intent {
     pub event: Event,
     #[serde(flatten)]
     pub order: EventOrder,
-    pub evidence: Evidence,
+    pub evidence: ChangeEvidence,
 }
 
 /// How the storage shows whether a node that died made a change.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Evidence {
+pub(super) enum ChangeEvidence {
     /// A file gets its name, or is complete at it.
     Publication {
         /// The directory, relative to the root of the storage; empty for the root itself.
@@ -286,7 +286,7 @@ pub(super) mod tests {
             offset: None,
             sha256: None,
         };
-        let evidence = Evidence::Publication {
+        let evidence = ChangeEvidence::Publication {
             directory: b"alice"[..].into(),
             name: name.as_bytes().into(),
             hidden: None,
@@ -301,8 +301,13 @@ pub(super) mod tests {
         let order = EventOrder { epoch: 1, lease: 2, changed: 3 };
         let mut entry = intent(1, "a", order);
         let name = b"\xff\n"[..].into();
-        entry.evidence =
-            Evidence::Publication { directory: b""[..].into(), name, hidden: None, inode: 7, proven: false };
+        entry.evidence = ChangeEvidence::Publication {
+            directory: b""[..].into(),
+            name,
+            hidden: None,
+            inode: 7,
+            proven: false,
+        };
         let entry = JournalEntry::Intent(Box::new(entry));
         let line = line_of(&entry);
         let text = line.strip_suffix(b"\n").unwrap();

@@ -8,7 +8,7 @@ use super::{
     EventsInner,
     actor::EventActor,
     begun::BegunEvent,
-    record::{EventKind, EventOrder, Evidence},
+    record::{ChangeEvidence, EventKind, EventOrder},
 };
 use crate::{
     jail::{FileError, FileToPublish, PublicationRecorder},
@@ -50,7 +50,7 @@ impl UploadRecorder {
         event.sha256 = self.digest.map(hex::encode);
         let (epoch, lease) = lease.granted();
         let order = EventOrder { epoch, lease, changed: u64::try_from(file.changed).unwrap_or(0) };
-        let evidence = Evidence::Publication {
+        let evidence = ChangeEvidence::Publication {
             directory: directory.into(),
             name: file.name.into(),
             hidden: file.hidden.map(|names| names.map(Into::into)),

@@ -27,29 +27,29 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::record::{Evidence, Intent, NameBytes};
+use super::record::{ChangeEvidence, Intent, NameBytes};
 use crate::jail::birth;
 
 /// Decides whether a change was made. `root` is the storage's root. Blocks.
 pub(super) fn decide(root: &Path, intent: &Intent) -> io::Result<bool> {
     let event = &intent.event;
     match &intent.evidence {
-        Evidence::Publication { directory, name, hidden, inode, proven } => {
+        ChangeEvidence::Publication { directory, name, hidden, inode, proven } => {
             let is_file =
                 |found: &Metadata| found.ino() == *inode && event.size.is_none_or(|size| found.len() >= size);
             let directory = root.join(path(directory.bytes()));
             is_published(&directory, name, hidden.as_ref(), is_file, *proven)
         }
-        Evidence::Rename { inode } => {
+        ChangeEvidence::Rename { inode } => {
             let is_it = |found: &Metadata| found.ino() == *inode;
             let old = event.old_storage_bytes().unwrap_or_default();
             Ok(names(&place(root, event.storage_bytes()), is_it)? || !names(&place(root, old), is_it)?)
         }
-        Evidence::Removal { inode, born } => {
+        ChangeEvidence::Removal { inode, born } => {
             let is_it = |found: &Metadata| found.ino() == *inode && birth(found) == *born;
             Ok(!names(&place(root, event.storage_bytes()), is_it)?)
         }
-        Evidence::Nothing => Ok(true),
+        ChangeEvidence::Nothing => Ok(true),
     }
 }
 
@@ -134,7 +134,7 @@ mod tests {
         let publication = |hidden, proven| {
             let mut publication = intent(1, "a", ORDER);
             let (directory, name) = (b"alice"[..].into(), b"a"[..].into());
-            publication.evidence = Evidence::Publication { directory, name, hidden, inode, proven };
+            publication.evidence = ChangeEvidence::Publication { directory, name, hidden, inode, proven };
             publication
         };
         let atomic = publication(Some([b"unique"[..].into(), b"resumable"[..].into()]), true);
@@ -166,7 +166,8 @@ mod tests {
         let mut rename = intent(1, "new", ORDER);
         rename.event.event = EventKind::Rename;
         rename.event.old_storage_path = Some("/alice/old".into());
-        rename.evidence = Evidence::Rename { inode: fs::metadata(directory.join("old")).unwrap().ino() };
+        rename.evidence =
+            ChangeEvidence::Rename { inode: fs::metadata(directory.join("old")).unwrap().ino() };
         assert!(!decided(root.path(), &rename));
         fs::rename(directory.join("old"), directory.join("new")).unwrap();
         assert!(decided(root.path(), &rename));
@@ -182,10 +183,10 @@ mod tests {
         let status = fs::metadata(&file).unwrap();
         let mut removal = intent(1, "", ORDER);
         removal.event.storage_path = "/alice".into();
-        removal.evidence = Evidence::Removal { inode: status.ino(), born: birth(&status) };
+        removal.evidence = ChangeEvidence::Removal { inode: status.ino(), born: birth(&status) };
         assert!(!decided(root.path(), &removal));
         let mut reused = removal.clone();
-        reused.evidence = Evidence::Removal { inode: status.ino(), born: Some(1) };
+        reused.evidence = ChangeEvidence::Removal { inode: status.ino(), born: Some(1) };
         assert!(decided(root.path(), &reused), "a new file has the number of the removed one");
         fs::remove_file(&file).unwrap();
         assert!(decided(root.path(), &removal));

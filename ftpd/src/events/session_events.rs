@@ -9,7 +9,7 @@ use super::{
     actor::EventActor,
     begun::{BegunEvent, note, now_in_ns},
     filter::FilteredEvent,
-    record::{Event, EventKind, EventOrder, Evidence, path_fields},
+    record::{ChangeEvidence, Event, EventKind, EventOrder, path_fields},
     recorder::{RecordedUpload, UploadRecorder},
 };
 use crate::{
@@ -86,7 +86,7 @@ impl SessionEvents {
             size,
             ..event
         };
-        begin(events, event, lease, Evidence::Rename { inode })
+        begin(events, event, lease, ChangeEvidence::Rename { inode })
     }
 
     /// Notes that `path` is about to be removed, under this lease of its name. Nothing is noted if there is
@@ -109,7 +109,7 @@ impl SessionEvents {
         };
         let mut event = actor.event(events, EventKind::Delete, path, &stored_at(&key));
         event.size = size;
-        begin(events, event, lease, Evidence::Removal { inode, born })
+        begin(events, event, lease, ChangeEvidence::Removal { inode, born })
     }
 
     /// Returns true if a receiver wants the event of a download of `path`. Does not block.
@@ -158,7 +158,7 @@ fn begin(
     events: &Arc<EventsInner>,
     event: Event,
     lease: &WriteLease,
-    evidence: Evidence,
+    evidence: ChangeEvidence,
 ) -> Result<ChangeRecorder, FileError> {
     let (epoch, lease) = lease.age().granted();
     let order = EventOrder { epoch, lease, changed: now_in_ns() };
