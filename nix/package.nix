@@ -106,6 +106,7 @@ rustPlatform.buildRustPackage (finalAttrs: {
     wget
     ncftp
     haproxy
+    strace
     (python3.withPackages (packages: [ packages.pyyaml ]))
     util-linux
   ];

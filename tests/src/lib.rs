@@ -41,6 +41,7 @@ pub mod stub_authd;
 pub mod tls;
 pub mod webhook_receiver;
 pub mod wire;
+pub mod work_counter;
 
 use std::{
     thread,
