@@ -16,6 +16,7 @@
   wget,
   ncftp,
   haproxy,
+  strace,
   python3,
   util-linux,
   doCheck ? true,
