@@ -205,6 +205,20 @@ let
       change.secrets.adminTokenFile = "/run/secrets/node-token";
     }
     {
+      says = "adminTokenFile is not set, and ftp1, which makes the backups";
+      change.backup = {
+        enable = true;
+        host = "ftp1";
+      };
+    }
+    {
+      says = "backup.directory is /home/backup, but the unit's sandbox hides /home";
+      change.backup = {
+        enable = true;
+        directory = "/home/backup";
+      };
+    }
+    {
       says = "Redis can be reached from outside at 10.0.0.20";
       change.secrets.redisPasswordFile = null;
     }
@@ -369,6 +383,38 @@ lib.concatMap (hostName: problemsOfHost { inherit hostName; }) sample.hosts
           resolvers = [ "10.0.0.1" ];
         };
       }
+    ]
+++
+  lib.concatMap
+    (
+      hostName:
+      problemsOfHost {
+        inherit hostName;
+        backup.enable = true;
+      }
+    )
+    [
+      "ftp1"
+      "backend1"
+    ]
+++
+  lib.concatMap
+    (
+      hostName:
+      problemsOfHost {
+        inherit hostName;
+        backup = {
+          enable = true;
+          host = "vault1";
+        };
+        secrets = {
+          adminTokenFile = "/run/secrets/admin-token";
+        };
+      }
+    )
+    [
+      "backend1"
+      "vault1"
     ]
 ++ problemsOfHost (cluster { balancers.lb1.isExternal = true; } // { hostName = "ftp1"; })
 ++ wrongUrls

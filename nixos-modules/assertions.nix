@@ -129,6 +129,14 @@ let
     "implicit_tls_port"
     "user"
   ];
+  # Directories that PrivateTmp and ProtectHome replace for the backup.
+  hiddenFromBackup = filter (hidden: lib.hasPrefix "${hidden}/" "${cfg.backup.directory}/") [
+    "/home"
+    "/root"
+    "/run/user"
+    "/tmp"
+    "/var/tmp"
+  ];
   ownFileSystem = config.fileSystems.${storage.mountPoint} or null;
   isNetwork = lib.elem storage.type [
     "nfs"
@@ -321,6 +329,14 @@ in
         assertion =
           cfg.secrets.adminTokenFile == null || cfg.secrets.adminTokenFile != cfg.secrets.nodeTokenFile;
         message = "${option "secrets.adminTokenFile"} is the same file as nodeTokenFile, so every node would have an administrator's rights: use two secrets.";
+      }
+      {
+        assertion = !cluster.isBackup || cluster.secretFile "adminToken" != null;
+        message = "${option "secrets.adminTokenFile"} is not set, and ${cluster.hostName}, which makes the backups, needs the token: put the same token into a file on this host and on each host of authd, and name the file here.";
+      }
+      {
+        assertion = !cfg.backup.enable || hiddenFromBackup == [ ];
+        message = "${option "backup.directory"} is ${cfg.backup.directory}, but the unit's sandbox hides ${toString hiddenFromBackup}: choose another directory, such as /var/lib/distributed-ftp-backup.";
       }
       {
         assertion =

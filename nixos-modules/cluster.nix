@@ -78,6 +78,16 @@ rec {
   balancerAddresses = addressesOf cluster.balancers;
   authAddresses = addressesOf cluster.auth;
   relayAddresses = lib.optionals usesRelay (addressesOf ownBalancers);
+  # The described host that makes the backups.
+  backupAddresses = lib.optionals cfg.backup.enable (
+    lib.filter (address: address != null) (
+      map (members: members.${toString cfg.backup.host}.address or null) [
+        cluster.nodes
+        cluster.balancers
+        cluster.auth
+      ]
+    )
+  );
   monitoringAddresses = lib.optional (cluster.monitoring.address != null) cluster.monitoring.address;
 
   # True if the balancer's kernel forwards data connections.
@@ -108,7 +118,8 @@ rec {
   isRedis = cfg.enable && cluster.redis.host == hostName;
   isStorage = cfg.enable && cluster.storage.type == "nfs" && cluster.storage.host == hostName;
   isMonitoring = cfg.enable && cluster.monitoring.host == hostName;
-  hasRole = isNode || isBalancer || isAuth || isRedis || isStorage || isMonitoring;
+  isBackup = cfg.enable && cfg.backup.enable && cfg.backup.host == hostName;
+  hasRole = isNode || isBalancer || isAuth || isRedis || isStorage || isMonitoring || isBackup;
 
   # Described hosts that have an address, to find a host by its address.
   hostAt =
@@ -158,7 +169,10 @@ rec {
       cluster.monitoring.grafana && cluster.monitoring.host != null
     ) cluster.monitoring.host;
     nodeToken = lib.unique (nodeNames ++ attrNames cluster.auth);
-    adminToken = attrNames cluster.auth;
+    adminToken = lib.unique (
+      attrNames cluster.auth
+      ++ lib.optional (cfg.backup.enable && cfg.backup.host != null) cfg.backup.host
+    );
     redisPassword = lib.unique (
       nodeNames
       ++ attrNames cluster.auth

@@ -9,5 +9,6 @@
     ./redis.nix
     ./storage.nix
     ./monitoring.nix
+    ./backup.nix
   ];
 }

@@ -33,9 +33,16 @@ let
       (rule cluster.monitoringAddresses [ (toString description.monitoring.metricsPort) ])
     ]
     ++ lib.optional cluster.isAuth (
-      rule (cluster.nodeAddresses ++ cluster.monitoringAddresses ++ cfg.console.allowFrom) [
-        (toString description.auth.${cluster.hostName}.port)
-      ]
+      rule
+        (
+          cluster.nodeAddresses
+          ++ cluster.monitoringAddresses
+          ++ cluster.backupAddresses
+          ++ cfg.console.allowFrom
+        )
+        [
+          (toString description.auth.${cluster.hostName}.port)
+        ]
     )
     ++ lib.optional cluster.isRedis (
       rule (cluster.nodeAddresses ++ cluster.authAddresses ++ cluster.relayAddresses) [
