@@ -129,6 +129,23 @@ let
     "implicit_tls_port"
     "user"
   ];
+  floating = description.floatingAddress;
+  # Balancers whose listeners do not take connections to the floating address.
+  deafBalancers = filter (
+    name:
+    let
+      listen = description.balancers.${name}.listenAddresses;
+      wildcard = if cluster.isV6 floating.address then "::" else "0.0.0.0";
+    in
+    !(lib.elem wildcard listen || lib.elem floating.address listen)
+  ) (attrNames cluster.ownBalancers);
+  # VRRP has one IP version: that of the balancers' own addresses and of all that move.
+  otherVersions = lib.unique (
+    filter (address: cluster.isV6 address != cluster.isV6 floating.address) (
+      cluster.ownBalancerAddresses ++ lib.optional cluster.movesGateway gateway
+    )
+  );
+
   # Directories that PrivateTmp and ProtectHome replace for the backup.
   hiddenFromBackup = filter (hidden: lib.hasPrefix "${hidden}/" "${cfg.backup.directory}/") [
     "/home"
@@ -215,6 +232,28 @@ in
       assertion = name != "admin";
       message = "${option "administrators.admin"} is the administrator of ${option "secrets.adminTokenFile"}: choose another name.";
     }) (attrNames cfg.administrators)
+    ++ lib.optionals (floating.address != null) [
+      {
+        assertion = floating.interface != null;
+        message = "${option "cluster.floatingAddress.interface"} is not set: name the balancers' network interface for ${floating.address}.";
+      }
+      {
+        assertion = lib.length (attrNames cluster.ownBalancers) > 1;
+        message = "${option "cluster.floatingAddress"} needs at least two balancers that these modules set up: add one to ${option "cluster.balancers"}, or remove the floating address.";
+      }
+      {
+        assertion = cluster.hostAt floating.address == null;
+        message = "${option "cluster.floatingAddress.address"} is ${floating.address}, the address of ${toString (cluster.hostAt floating.address)}: choose an address that no host has.";
+      }
+      {
+        assertion = otherVersions == [ ];
+        message = "${option "cluster.floatingAddress.address"} is ${floating.address}, and ${toString otherVersions} is of another IP version: VRRP needs one version for the balancers' addresses and those that move.";
+      }
+      {
+        assertion = deafBalancers == [ ];
+        message = "${option "cluster.floatingAddress.address"}: ${toString deafBalancers} does not listen on ${floating.address}: add it to the listenAddresses of ${toString deafBalancers}.";
+      }
+    ]
     ++ [
       {
         assertion = !(cluster.hasEvents && cfg.ftpd.settings ? events_file);
@@ -283,7 +322,7 @@ in
       {
         assertion =
           !cluster.isKernelPath || lib.length (attrNames description.balancers) < 2 || gateway != null;
-        message = "${option "cluster.dataGateway"} is not set, and there are several balancers: the nodes must send data back through the balancer that clients reach. Set an address that only this balancer has (keepalived can move it), or use \"nginx\".";
+        message = "${option "cluster.dataGateway"} is not set, and there are several balancers: the nodes must send data back through the balancer that clients reach. Set an address that only this balancer has (${option "cluster.floatingAddress"} moves it), or use \"nginx\".";
       }
       {
         assertion = !(cluster.isBalancer && cluster.isKernelPath) || establishedTimeout > longestSilence;

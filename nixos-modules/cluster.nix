@@ -77,7 +77,15 @@ rec {
   nodeAddresses = addressesOf cluster.nodes;
   balancerAddresses = addressesOf cluster.balancers;
   authAddresses = addressesOf cluster.auth;
-  relayAddresses = lib.optionals usesRelay (addressesOf ownBalancers);
+  ownBalancerAddresses = addressesOf ownBalancers;
+  relayAddresses = lib.optionals usesRelay ownBalancerAddresses;
+  # True if the gateway of the kernel's data path moves together with the floating address.
+  movesGateway =
+    isKernelPath
+    && cluster.floatingAddress.address != null
+    && cluster.dataGateway != null
+    && cluster.dataGateway != cluster.floatingAddress.address
+    && hostAt cluster.dataGateway == null;
   # The described host that makes the backups.
   backupAddresses = lib.optionals cfg.backup.enable (
     lib.filter (address: address != null) (

@@ -4,6 +4,7 @@
   imports = [
     ./node.nix
     ./balancer.nix
+    ./floating-address.nix
     ./data-path.nix
     ./auth.nix
     ./redis.nix

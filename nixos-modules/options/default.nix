@@ -69,7 +69,8 @@ in
         nodes, if there are no balancers): control port and passive range, for all addresses. Nodes: their
         control port, for the balancers; the passive range, for the balancers and the other nodes. authd,
         Redis and NFS: for the hosts that use them, and authd also for `backup.host` and `console.allowFrom`.
-        Works with NixOS' firewalls (iptables, nftables), not with firewalld.
+        VRRP, with `cluster.floatingAddress`: between the balancers. Works with NixOS' firewalls (iptables,
+        nftables), not with firewalld.
       '';
     };
 
