@@ -8,6 +8,16 @@ let
   range = from: to: { inherit from to; };
   cluster = changes: { cluster = changes; };
   kernelPath = changes: cluster ({ dataPath = "kernel"; } // changes);
+  floating =
+    changes:
+    cluster {
+      balancers.lb2.address = "10.0.0.9";
+      floatingAddress = {
+        address = "10.0.0.100";
+        interface = "eth0";
+      }
+      // changes;
+    };
   slices =
     a: b: c:
     cluster {
@@ -142,6 +152,33 @@ let
       change = kernelPath { balancers.lb2.address = "10.0.0.9"; };
     }
     {
+      says = "cluster.floatingAddress.interface is not set";
+      change = floating { interface = null; };
+    }
+    {
+      says = "cluster.floatingAddress needs at least two balancers";
+      change = cluster {
+        floatingAddress = {
+          address = "10.0.0.100";
+          interface = "eth0";
+        };
+      };
+    }
+    {
+      says = "is 10.0.0.9, the address of lb2";
+      change = floating { address = "10.0.0.9"; };
+    }
+    {
+      says = "is fd00::100, and 10.0.0.10 10.0.0.9 is of another IP version";
+      change = floating { address = "fd00::100"; };
+    }
+    {
+      says = "lb2 does not listen on 10.0.0.100";
+      change = lib.recursiveUpdate (floating { }) (cluster {
+        balancers.lb2.listenAddresses = [ "10.0.0.9" ];
+      });
+    }
+    {
       says = "ftp1 is a balancer and a node";
       change = kernelPath {
         dataGateway = "10.0.0.10";
@@ -203,6 +240,20 @@ let
     {
       says = "secrets.adminTokenFile is the same file as nodeTokenFile";
       change.secrets.adminTokenFile = "/run/secrets/node-token";
+    }
+    {
+      says = "adminTokenFile is not set, and ftp1, which makes the backups";
+      change.backup = {
+        enable = true;
+        host = "ftp1";
+      };
+    }
+    {
+      says = "backup.directory is /home/backup, but the unit's sandbox hides /home";
+      change.backup = {
+        enable = true;
+        directory = "/home/backup";
+      };
     }
     {
       says = "Redis can be reached from outside at 10.0.0.20";
@@ -370,6 +421,60 @@ lib.concatMap (hostName: problemsOfHost { inherit hostName; }) sample.hosts
         };
       }
     ]
+++
+  lib.concatMap
+    (
+      hostName:
+      problemsOfHost {
+        inherit hostName;
+        backup.enable = true;
+      }
+    )
+    [
+      "ftp1"
+      "backend1"
+    ]
+++
+  lib.concatMap
+    (
+      hostName:
+      problemsOfHost {
+        inherit hostName;
+        backup = {
+          enable = true;
+          host = "vault1";
+        };
+        secrets = {
+          adminTokenFile = "/run/secrets/admin-token";
+        };
+      }
+    )
+    [
+      "backend1"
+      "vault1"
+    ]
 ++ problemsOfHost (cluster { balancers.lb1.isExternal = true; } // { hostName = "ftp1"; })
+++
+  lib.concatMap
+    (
+      change:
+      lib.concatMap (hostName: problemsOfHost (change // { inherit hostName; })) [
+        "ftp1"
+        "lb1"
+        "lb2"
+      ]
+    )
+    [
+      (floating { })
+      (lib.recursiveUpdate (floating { gatewayInterface = "eth1"; }) (kernelPath {
+        dataGateway = "10.0.0.101";
+      }))
+      (
+        floating { }
+        // {
+          openFirewall = true;
+        }
+      )
+    ]
 ++ wrongUrls
 ++ lib.concatMap problemOf broken

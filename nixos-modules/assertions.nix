@@ -129,6 +129,31 @@ let
     "implicit_tls_port"
     "user"
   ];
+  floating = description.floatingAddress;
+  # Balancers whose listeners do not take connections to the floating address.
+  deafBalancers = filter (
+    name:
+    let
+      listen = description.balancers.${name}.listenAddresses;
+      wildcard = if cluster.isV6 floating.address then "::" else "0.0.0.0";
+    in
+    !(lib.elem wildcard listen || lib.elem floating.address listen)
+  ) (attrNames cluster.ownBalancers);
+  # VRRP has one IP version: that of the balancers' own addresses and of all that move.
+  otherVersions = lib.unique (
+    filter (address: cluster.isV6 address != cluster.isV6 floating.address) (
+      cluster.ownBalancerAddresses ++ lib.optional cluster.movesGateway gateway
+    )
+  );
+
+  # Directories that PrivateTmp and ProtectHome replace for the backup.
+  hiddenFromBackup = filter (hidden: lib.hasPrefix "${hidden}/" "${cfg.backup.directory}/") [
+    "/home"
+    "/root"
+    "/run/user"
+    "/tmp"
+    "/var/tmp"
+  ];
   ownFileSystem = config.fileSystems.${storage.mountPoint} or null;
   isNetwork = lib.elem storage.type [
     "nfs"
@@ -207,6 +232,28 @@ in
       assertion = name != "admin";
       message = "${option "administrators.admin"} is the administrator of ${option "secrets.adminTokenFile"}: choose another name.";
     }) (attrNames cfg.administrators)
+    ++ lib.optionals (floating.address != null) [
+      {
+        assertion = floating.interface != null;
+        message = "${option "cluster.floatingAddress.interface"} is not set: name the balancers' network interface for ${floating.address}.";
+      }
+      {
+        assertion = lib.length (attrNames cluster.ownBalancers) > 1;
+        message = "${option "cluster.floatingAddress"} needs at least two balancers that these modules set up: add one to ${option "cluster.balancers"}, or remove the floating address.";
+      }
+      {
+        assertion = cluster.hostAt floating.address == null;
+        message = "${option "cluster.floatingAddress.address"} is ${floating.address}, the address of ${toString (cluster.hostAt floating.address)}: choose an address that no host has.";
+      }
+      {
+        assertion = otherVersions == [ ];
+        message = "${option "cluster.floatingAddress.address"} is ${floating.address}, and ${toString otherVersions} is of another IP version: VRRP needs one version for the balancers' addresses and those that move.";
+      }
+      {
+        assertion = deafBalancers == [ ];
+        message = "${option "cluster.floatingAddress.address"}: ${toString deafBalancers} does not listen on ${floating.address}: add it to the listenAddresses of ${toString deafBalancers}.";
+      }
+    ]
     ++ [
       {
         assertion = !(cluster.hasEvents && cfg.ftpd.settings ? events_file);
@@ -275,7 +322,7 @@ in
       {
         assertion =
           !cluster.isKernelPath || lib.length (attrNames description.balancers) < 2 || gateway != null;
-        message = "${option "cluster.dataGateway"} is not set, and there are several balancers: the nodes must send data back through the balancer that clients reach. Set an address that only this balancer has (keepalived can move it), or use \"nginx\".";
+        message = "${option "cluster.dataGateway"} is not set, and there are several balancers: the nodes must send data back through the balancer that clients reach. Set an address that only this balancer has (${option "cluster.floatingAddress"} moves it), or use \"nginx\".";
       }
       {
         assertion = !(cluster.isBalancer && cluster.isKernelPath) || establishedTimeout > longestSilence;
@@ -321,6 +368,14 @@ in
         assertion =
           cfg.secrets.adminTokenFile == null || cfg.secrets.adminTokenFile != cfg.secrets.nodeTokenFile;
         message = "${option "secrets.adminTokenFile"} is the same file as nodeTokenFile, so every node would have an administrator's rights: use two secrets.";
+      }
+      {
+        assertion = !cluster.isBackup || cluster.secretFile "adminToken" != null;
+        message = "${option "secrets.adminTokenFile"} is not set, and ${cluster.hostName}, which makes the backups, needs the token: put the same token into a file on this host and on each host of authd, and name the file here.";
+      }
+      {
+        assertion = !cfg.backup.enable || hiddenFromBackup == [ ];
+        message = "${option "backup.directory"} is ${cfg.backup.directory}, but the unit's sandbox hides ${toString hiddenFromBackup}: choose another directory, such as /var/lib/distributed-ftp-backup.";
       }
       {
         assertion =

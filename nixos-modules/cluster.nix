@@ -77,7 +77,25 @@ rec {
   nodeAddresses = addressesOf cluster.nodes;
   balancerAddresses = addressesOf cluster.balancers;
   authAddresses = addressesOf cluster.auth;
-  relayAddresses = lib.optionals usesRelay (addressesOf ownBalancers);
+  ownBalancerAddresses = addressesOf ownBalancers;
+  relayAddresses = lib.optionals usesRelay ownBalancerAddresses;
+  # True if the gateway of the kernel's data path moves together with the floating address.
+  movesGateway =
+    isKernelPath
+    && cluster.floatingAddress.address != null
+    && cluster.dataGateway != null
+    && cluster.dataGateway != cluster.floatingAddress.address
+    && hostAt cluster.dataGateway == null;
+  # The described host that makes the backups.
+  backupAddresses = lib.optionals cfg.backup.enable (
+    lib.filter (address: address != null) (
+      map (members: members.${toString cfg.backup.host}.address or null) [
+        cluster.nodes
+        cluster.balancers
+        cluster.auth
+      ]
+    )
+  );
   monitoringAddresses = lib.optional (cluster.monitoring.address != null) cluster.monitoring.address;
 
   # True if the balancer's kernel forwards data connections.
@@ -108,7 +126,8 @@ rec {
   isRedis = cfg.enable && cluster.redis.host == hostName;
   isStorage = cfg.enable && cluster.storage.type == "nfs" && cluster.storage.host == hostName;
   isMonitoring = cfg.enable && cluster.monitoring.host == hostName;
-  hasRole = isNode || isBalancer || isAuth || isRedis || isStorage || isMonitoring;
+  isBackup = cfg.enable && cfg.backup.enable && cfg.backup.host == hostName;
+  hasRole = isNode || isBalancer || isAuth || isRedis || isStorage || isMonitoring || isBackup;
 
   # Described hosts that have an address, to find a host by its address.
   hostAt =
@@ -158,7 +177,10 @@ rec {
       cluster.monitoring.grafana && cluster.monitoring.host != null
     ) cluster.monitoring.host;
     nodeToken = lib.unique (nodeNames ++ attrNames cluster.auth);
-    adminToken = attrNames cluster.auth;
+    adminToken = lib.unique (
+      attrNames cluster.auth
+      ++ lib.optional (cfg.backup.enable && cfg.backup.host != null) cfg.backup.host
+    );
     redisPassword = lib.unique (
       nodeNames
       ++ attrNames cluster.auth

@@ -4,10 +4,12 @@
   imports = [
     ./node.nix
     ./balancer.nix
+    ./floating-address.nix
     ./data-path.nix
     ./auth.nix
     ./redis.nix
     ./storage.nix
     ./monitoring.nix
+    ./backup.nix
   ];
 }

@@ -33,9 +33,16 @@ let
       (rule cluster.monitoringAddresses [ (toString description.monitoring.metricsPort) ])
     ]
     ++ lib.optional cluster.isAuth (
-      rule (cluster.nodeAddresses ++ cluster.monitoringAddresses ++ cfg.console.allowFrom) [
-        (toString description.auth.${cluster.hostName}.port)
-      ]
+      rule
+        (
+          cluster.nodeAddresses
+          ++ cluster.monitoringAddresses
+          ++ cluster.backupAddresses
+          ++ cfg.console.allowFrom
+        )
+        [
+          (toString description.auth.${cluster.hostName}.port)
+        ]
     )
     ++ lib.optional cluster.isRedis (
       rule (cluster.nodeAddresses ++ cluster.authAddresses ++ cluster.relayAddresses) [
@@ -62,6 +69,12 @@ let
         addresses = lib.filter isV6 r.from;
       }
     ];
+  # VRRP is IP protocol 112. Only the other balancers may move the floating address.
+  vrrpPeers = lib.optionals (cluster.isBalancer && description.floatingAddress.address != null) (
+    lib.remove description.balancers.${cluster.hostName}.address cluster.ownBalancerAddresses
+  );
+  vrrpFamilies = families (rule vrrpPeers [ ]);
+
   render = text: lib.concatMapStrings (r: lib.concatMapStrings (text r) (families r)) forSome;
 
   parse =
@@ -85,6 +98,10 @@ in
           lib.replaceStrings [ "-" ] [ ":" ] (lib.concatStringsSep "," r.ports)
         } -j nixos-fw-accept\n"
       )
+      + lib.concatMapStrings (
+        f:
+        "${f.iptables} -A nixos-fw -p 112 -s ${lib.concatStringsSep "," f.addresses} -j nixos-fw-accept\n"
+      ) vrrpFamilies
     );
     extraInputRules = lib.mkIf config.networking.nftables.enable (
       render (
@@ -92,6 +109,9 @@ in
         "${f.nft} saddr { ${lib.concatStringsSep ", " (lib.unique f.addresses)} } "
         + "tcp dport { ${lib.concatStringsSep ", " r.ports} } accept\n"
       )
+      + lib.concatMapStrings (
+        f: "${f.nft} saddr { ${lib.concatStringsSep ", " f.addresses} } meta l4proto 112 accept\n"
+      ) vrrpFamilies
     );
   };
 }

@@ -37,6 +37,10 @@ in
           };
         };
         audit.log = "file";
+        backup = {
+          enable = true;
+          keep = 2;
+        };
         console.allowFrom = [ "${nodes.client.networking.primaryIPAddress}/32" ];
       };
     };
@@ -119,6 +123,36 @@ in
         server.wait_until_succeeds(f"test -e {ftpd_trail} -a -e {authd_trail}", timeout=30)
         assert download("file") == sent
         server.wait_until_succeeds(f"grep -F '\"event\":\"download\"' {ftpd_trail}", timeout=30)
+
+    with subtest("a backup is a file for its user only, and older ones go"):
+        backups = "/var/lib/distributed-ftp-backup"
+        for day in ("01", "02", "03"):
+            server.succeed(f"install -o ftp-backup -m 600 /dev/null {backups}/accounts-2020-01-{day}T000000Z.json")
+        server.succeed("systemctl start ftp-backup.service")
+        made = server.succeed(f"ls {backups}").split()
+        assert len(made) == 2 and made[0] == "accounts-2020-01-03T000000Z.json", made
+        newest = f"{backups}/{made[1]}"
+        assert server.succeed(f"stat -c %U:%a {backups} {newest}").split() == ["ftp-backup:700", "ftp-backup:600"]
+        assert server.succeed("systemctl is-active ftp-backup.timer").strip() == "active"
+
+    with subtest("a failed backup is a failed unit, and leaves the earlier files as they were"):
+        server.succeed("systemctl stop authd.service")
+        server.fail("systemctl start ftp-backup.service", timeout=300)
+        assert server.execute("systemctl is-failed ftp-backup.service")[0] == 0
+        assert server.succeed(f"ls {backups}").split() == made
+        server.succeed("systemctl start authd.service")
+
+    with subtest("a backup brings the accounts back into an empty Redis"):
+        password = server.succeed("cat /etc/ftp-secrets/redis-password").strip()
+        server.succeed(f"REDISCLI_AUTH='{password}' redis-cli flushall")
+        assert "carl" not in client.succeed(f"{ftpctl} users list")
+        admin = "/var/lib/distributed-ftp-secrets/adminToken"
+        server.succeed(f"ftpctl --url {page} --token-file {admin} restore {newest}")
+        assert "carl" in client.succeed(f"{ftpctl} users list")
+        client.wait_until_succeeds(
+            f"{CURL} 'ftp://carl:a%20long%20enough%20password@server/file' | cmp - /tmp/file", timeout=60
+        )
+        pids["authd"] = server.get_unit_property("authd.service", "MainPID")
 
     with subtest("the log level changes without a restart, and settings that need one are named"):
         server.succeed(

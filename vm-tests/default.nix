@@ -27,4 +27,5 @@ lib.mapAttrs' (name: file: lib.nameValuePair "vm-${name}" (test ({ inherit name;
     elastic = ./elastic.nix;
     reload = ./reload.nix;
     console = ./console.nix;
+    floating-address = ./floating-address.nix;
   }

@@ -4,6 +4,7 @@ let
   inherit (lib) mkOption types;
   inherit (import ./types.nix { inherit lib; })
     address
+    interfaceName
     portRange
     redisUrl
     sentinel
@@ -198,8 +199,43 @@ in
       description = ''
         With `dataPath = "kernel"`: the gateway to which the nodes send packets of data connections. With
         several balancers, use an address in the nodes' network that moves, together with the public
-        address, to the balancer that clients reach (keepalived can do that).
+        address, to the balancer that clients reach: `floatingAddress` does that.
       '';
+    };
+
+    floatingAddress = {
+      address = mkOption {
+        type = types.nullOr address;
+        default = null;
+        example = "203.0.113.10";
+        description = ''
+          Address for clients that is on one of the balancers. keepalived (VRRP) moves it to another one if
+          that balancer crashes, or if its nginx or ftp-relay stays away. The sessions of the clients end, and
+          the clients connect again. With `dataPath = "kernel"` the address `dataGateway` moves together with it.
+        '';
+      };
+      interface = mkOption {
+        type = types.nullOr interfaceName;
+        default = null;
+        example = "eth0";
+        description = "The balancers' network interface for the floating address.";
+      };
+      gatewayInterface = mkOption {
+        type = types.nullOr interfaceName;
+        default = cfg.floatingAddress.interface;
+        defaultText = lib.literalExpression "cluster.floatingAddress.interface";
+        example = "eth1";
+        description = ''
+          With `dataPath = "kernel"`: the balancers' network interface for `dataGateway`, in the nodes'
+          network.
+        '';
+      };
+      routerId = mkOption {
+        type = types.ints.between 1 255;
+        default = 121;
+        example = 51;
+        description = "VRRP's virtual router ID. Each cluster in the same network needs its own.";
+      };
     };
 
     nodes =

@@ -30,6 +30,7 @@ in
     ./settings.nix
     ./console.nix
     ./events.nix
+    ./backup.nix
   ];
 
   options.services.distributedFtp = {
@@ -67,8 +68,9 @@ in
         Open the ports that this host's roles need, only for the hosts that use them. Balancers (or the
         nodes, if there are no balancers): control port and passive range, for all addresses. Nodes: their
         control port, for the balancers; the passive range, for the balancers and the other nodes. authd,
-        Redis and NFS: for the hosts that use them, and authd also for `console.allowFrom`. Works with
-        NixOS' firewalls (iptables, nftables), not with firewalld.
+        Redis and NFS: for the hosts that use them, and authd also for `backup.host` and `console.allowFrom`.
+        VRRP, with `cluster.floatingAddress`: between the balancers. Works with NixOS' firewalls (iptables,
+        nftables), not with firewalld.
       '';
     };
 
@@ -79,7 +81,7 @@ in
       '';
       adminTokenFile = secret "admin-token" ''
         Administrators use authd's API with this token. Generated at the first boot in
-        /var/lib/distributed-ftp-secrets/adminToken if there is one authd.
+        /var/lib/distributed-ftp-secrets/adminToken if there is one authd, and no backups on another host.
       '';
       redisPasswordFile = secret "redis-password" ''
         The password of Redis, on the hosts of Redis, authd, the nodes and ftp-relay (the balancers).

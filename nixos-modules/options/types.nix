@@ -14,6 +14,11 @@ in
     description = "IP address or network in CIDR form";
   };
 
+  # IFNAMSIZ of the kernel is 16, with the zero at the end.
+  interfaceName = types.strMatching "[a-zA-Z0-9_.@-]{1,15}" // {
+    description = "name of a network interface";
+  };
+
   # As in common/src/registry/options.rs, but without a password, because the store is world-readable.
   redisUrl =
     let
