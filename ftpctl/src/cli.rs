@@ -14,8 +14,8 @@ use crate::{
 };
 
 const AFTER: &str = "\
-Settings: flags, then FTPCTL_URL, FTPCTL_TOKEN_FILE, FTPCTL_CA_FILE, FTPCTL_PROFILE, then the first file that \
-exists of ~/.config/distributed-ftp/ftpctl.toml and /etc/distributed-ftp/ftpctl.toml; otherwise \
+Settings: flags, then FTPCTL_URL, FTPCTL_TOKEN_FILE, FTPCTL_CA_FILE, FTPCTL_PROFILE, then the first file \
+that exists of ~/.config/distributed-ftp/ftpctl.toml and /etc/distributed-ftp/ftpctl.toml; otherwise \
 http://127.0.0.1:5160 with the token in /etc/distributed-ftp/admin-token.
 
 Exit status: 0 fine; 1 problems found, or the change was refused; 2 wrong arguments or settings; 3 authd or \

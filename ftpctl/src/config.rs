@@ -1,4 +1,4 @@
-//! Where authd is, and the administrator's token: from flags, environment, the user's file or the host's file.
+//! Where authd is, and the administrator's token: from flags, environment, the user's file or the host's.
 
 use std::{
     env, fs, io,
@@ -98,8 +98,8 @@ fn user_file() -> Option<PathBuf> {
     config.map(|config| config.join(USER_FILE))
 }
 
-/// The profile of the first file that exists. Files are not mixed: a token of one file is never sent to the URL
-/// of another.
+/// The profile of the first file that exists. Files are not mixed: a token of one file is never sent to the
+/// URL of another.
 fn profile(files: impl Iterator<Item = PathBuf>, name: Option<&str>) -> Result<Profile, ConsoleError> {
     for path in files {
         match fs::read_to_string(&path) {

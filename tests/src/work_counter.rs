@@ -18,7 +18,8 @@ use tempfile::TempDir;
 use crate::{DEADLINE, process::Daemon, redis::Redis};
 
 /// Calls whose number depends on how the kernel schedules the threads, on how the bytes of a connection
-/// arrive, or on the allocator; and `fcntl`, with which a debug build looks at each descriptor that it closes.
+/// arrive, or on the allocator; and `fcntl`, with which a debug build looks at each descriptor before it
+/// closes it.
 const UNSTEADY: [&str; 17] = [
     "brk",
     "clock_nanosleep",
@@ -87,7 +88,8 @@ impl SystemCalls {
         Self { strace, directory }
     }
 
-    /// Ends strace, and returns the number of each call, without those whose number is not the same each time.
+    /// Ends strace, and returns the number of each call, except of those whose number is not the same each
+    /// time.
     ///
     /// # Panics
     /// strace does not end.

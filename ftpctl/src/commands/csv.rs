@@ -69,7 +69,8 @@ mod tests {
     proptest! {
         #[test]
         fn any_text_in_quotes_comes_back(fields in proptest::collection::vec(".*", 2..5)) {
-            let quoted: Vec<_> = fields.iter().map(|field| format!("\"{}\"", field.replace('"', "\"\""))).collect();
+            let quote = |field: &String| format!("\"{}\"", field.replace('"', "\"\""));
+            let quoted: Vec<_> = fields.iter().map(quote).collect();
             prop_assert_eq!(records(&quoted.join(",")).unwrap(), vec![(1, fields)]);
         }
     }

@@ -103,8 +103,9 @@ impl Finding {
                  the balancer reaches no node"
             }
             Self::ClosedWithoutGreeting => {
-                "the balancer reaches no node: are the nodes running, and are their addresses and ports right \
-                 in its configuration? Or the node waits for a PROXY header that the balancer does not send"
+                "the balancer reaches no node: are the nodes running, and are their addresses and ports \
+                 right in its configuration? Or the node waits for a PROXY header that the balancer does not \
+                 send"
             }
             Self::HeaderNotTrusted => {
                 "the balancer sends a PROXY header to a node that does not trust it: add the balancer's \
@@ -163,8 +164,8 @@ impl Finding {
             }
             Self::ListingFailed => "see the node's log at this time",
             Self::NotWritable => {
-                "give the user write and mkdir, or the node's user the directory: ftpctl explain USER; ls -ld \
-                 of the home on the node"
+                "give the user write and mkdir, or the node's user the directory: ftpctl explain USER; \
+                 ls -ld of the home on the node"
             }
             Self::QuotaUsedUp => "ftpctl quota USER; use a user for the doctor that has room",
             Self::StorageFull => "free space on the storage",

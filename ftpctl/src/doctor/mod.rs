@@ -67,7 +67,9 @@ pub(crate) struct DoctorArguments {
     #[arg(long)]
     pub(crate) insecure: bool,
     /// Also test what happens to silent connections, for this long.
-    #[arg(long, value_name = "TIME", num_args = 0..=1, default_missing_value = "6m", value_parser = time_span)]
+    #[arg(
+        long, value_name = "TIME", num_args = 0..=1, default_missing_value = "6m", value_parser = time_span
+    )]
     pub(crate) slow: Option<Duration>,
     /// The time limit of one step.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time_span)]

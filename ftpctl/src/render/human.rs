@@ -6,7 +6,8 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 /// Width of a bar, in characters.
 const BAR: usize = 10;
 
-/// The text without control characters: clients choose names and paths, and a terminal obeys escape sequences.
+/// The text without control characters: clients choose names and paths, and a terminal obeys escape
+/// sequences.
 pub(crate) fn printable(text: &str) -> String {
     let is_unsafe = |c: char| {
         c.is_control()

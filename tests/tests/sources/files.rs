@@ -6,12 +6,13 @@ use std::{
 };
 
 /// Folders with source files. The Nix build copies some of them only.
-const FOLDERS: [&str; 13] = [
+const FOLDERS: [&str; 14] = [
     ".ci",
     "authd",
     "bench",
     "common",
     "deploy",
+    "ftpctl",
     "ftpd",
     "fuzz",
     "nginx",
