@@ -337,8 +337,9 @@ fn only_these_files_read_the_wall_clock() {
         "ftpd/src/commands/login.rs",
         // Times of the lines that administrators read.
         "ftpd/src/dialogue.rs",
-        // Age of an event, whose time a dead node of another host may have written.
+        // The order of renames and removals that Redis granted no lease for.
         "ftpd/src/events/begun.rs",
+        // Age of an event, whose time a dead node of another host may have written.
         "ftpd/src/events/deliverer.rs",
         // The number of a process, which is greater than those of the node's earlier ones.
         "ftpd/src/events/directory.rs",
